@@ -107,13 +107,19 @@ def _examples(table: Table) -> str:
     numbers = [name for name, kind in kinds.items() if kind == "number"]
     few = [name for name in kinds if 1 < distinct[name] <= MOST_LABELS]
     last = max(numbers[-1:] + few[-1:] or frame.columns[-1:], key=frame.columns.index)
-    repeated = [name for name in kinds if name != last and FEWEST <= distinct[name] < MOST_OF_ROWS * len(table)]
+    repeating = [name for name in kinds if FEWEST <= distinct[name] < MOST_OF_ROWS * len(table)]
+    repeated = [name for name in repeating if name != last]
     words = [name for name in repeated if kinds[name] == "category"]
     numbered = [name for name in repeated if frame[name].cast(str, strict=False).str.contains(r"^\d+$").all()]
     group = _group_of(frame.head(FOR_EXAMPLES), [*words, *numbered])
     target = last if group is None else _target_within(frame.head(FOR_EXAMPLES), group, last, numbers)
     time = next((name for name, kind in kinds.items() if kind == "date"), None)
     found: list[tuple[dict[str, str], str]] = []
+    sentences = [name for name, kind in kinds.items() if kind == "category" and _holds_sentences(table, name)]
+    labels = [name for name in repeating if kinds[name] == "category" and name not in sentences]
+    if sentences and labels:
+        text = {"kind": "text", "text": sentences[0], "label": labels[-1]}
+        found += [(text, f"which {labels[-1]} a text is of, from a few texts of each")]
     if group is not None:
         found += [({"group": group, "target": target}, f"{target} in a new {group} from a few of its rows")]
         if time is not None and time != group and target in numbers:
@@ -129,6 +135,12 @@ def _examples(table: Table) -> str:
     return (
         f"Name it by overrides, each after --set on the command line. With the columns {shown}, for example: {examples}"
     )
+
+
+def _holds_sentences(table: Table, name: str) -> bool:
+    """Whether values have three words or more in the mean."""
+    spaces = table.labels(name).head(FOR_EXAMPLES).drop_nulls().str.count_matches(" ").mean()
+    return isinstance(spaces, float) and spaces >= 2
 
 
 def _group_of(frame: pl.DataFrame, candidates: Sequence[str]) -> str | None:

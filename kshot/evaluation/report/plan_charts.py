@@ -209,7 +209,7 @@ def choice_section(report: Mapping[str, Any], pictures: list[Picture]) -> Sectio
         "How this plan was chosen",
         [
             f"{choice['reason'][:1].upper()}{choice['reason'][1:]}.",
-            f"All were compared by {choice['metric']} on the same validation tasks in {choice['minutes']:g} minutes, "
+            f"All were compared by {choice['metric']} on the same validation tasks within {choice['minutes']:g} min, "
             "and plans also by what experience expects of them, which counts more where figures are noisier. "
             "The best of several is a little worse on the test, which was read once, for the plan that was kept.",
             f"As the validation tasks are of few groups, the best were compared on {splits} splits of the groups into "

@@ -122,3 +122,16 @@ def test_the_examples_of_the_refusal_are_sources(overrides):
 def test_every_table_without_usual_names_is_refused_with_an_example(frame, example):
     with pytest.raises(ValueError, match=example):
         detect_source(frame, [])
+
+
+def test_the_examples_for_a_table_with_sentences_have_one_of_texts():
+    frame = pl.DataFrame({
+        "Frage": [f"Wo ist mein Paket Nummer {number}?" for number in range(20)],
+        "Thema": ["Versand", "Zahlung"] * 10, "Kanal": ["Mail", "Chat", "Telefon", "Chat"] * 5,
+    })  # fmt: skip
+    with pytest.raises(ValueError, match="which column is to be predicted") as caught:
+        detect_source(frame, [])
+    assert "source.kind=text source.text=Frage source.label=Kanal (which Kanal a text is of" in str(caught.value)
+    with pytest.raises(ValueError, match="which column") as caught:
+        detect_source(frame.drop("Frage"), [])
+    assert "source.kind=text" not in str(caught.value)
