@@ -44,13 +44,11 @@ from kshot.tasks.class_tasks import ClassTasks, Imbalance
 from kshot.tasks.group_tasks import GroupTasks, Order
 from kshot.tasks.pool import OnTooFew
 from kshot.tasks.preprocessor import Preprocessor, Support
+from kshot.tasks.sampling import shots_for
 from kshot.tasks.splitting import DEFAULT_SPLIT, by_rows
 from kshot.types import Tree
 
 log = logging.getLogger(__name__)
-
-MOST_SHOTS = 10
-"""Shots of a table that are not given, where half of the rows of a typical group are not fewer."""
 
 
 @check_arguments
@@ -174,7 +172,7 @@ def table(
     members = members.only(opened.settle(bad_rows))
     opened.release(*(name for name in special if name not in (key, *names)))
     if shots is None:
-        shots = min(MOST_SHOTS, max(int(np.median(members.sizes)) // 2, 1)) if len(members) else MOST_SHOTS
+        shots = shots_for(members.sizes)
     if is_whole:
         parts = by_rows({"": members.flat}, split["rows"], seed=split.get("seed", 0))
         parts = {part: {f"rows of {part}": rows[""]} for part, rows in parts.items()}

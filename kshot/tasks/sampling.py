@@ -66,6 +66,20 @@ class Range(NamedTuple):
         return self.low if self.fixed else [self.low, self.high]
 
 
+MOST_SHOTS = 10
+"""Shots by default, where typical groups are large."""
+
+
+def shots_for(sizes: np.ndarray) -> int:
+    """The shots by default for groups of these sizes (G,): 10, or half the median size if that is less.
+
+    Example:
+        >>> shots_for(np.array([4, 7, 30])), shots_for(np.array([50, 80]))
+        (3, 10)
+    """
+    return min(MOST_SHOTS, max(int(np.median(sizes)) // 2, 1)) if len(sizes) else MOST_SHOTS
+
+
 def by_split(size: Size, train: Size | None, name: str, least: int = 1) -> dict[Split, Range]:
     """The size of each split: `size`, except for training where `train` is given."""
     size = Range.of(size, name, least)

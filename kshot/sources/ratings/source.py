@@ -26,6 +26,7 @@ from kshot.sources.ratings.tasks import RatingTasks, Start, TrainOrder
 from kshot.sources.rows import BadRows, Members, distinct_values, group_rows, left_out_of, times_of
 from kshot.supplied import Seed
 from kshot.tasks.pool import OnTooFew
+from kshot.tasks.sampling import shots_for
 from kshot.tasks.splitting import DEFAULT_SPLIT, cut
 from kshot.types import Split
 
@@ -61,7 +62,7 @@ def ratings(
     user_sampling_power: Fraction = 0.0,
     split: Mapping[str, Any] = DEFAULT_SPLIT,
     kinds: Mapping[str, str] = EMPTY,
-    shots: Size = 10,
+    shots: Size | None = None,
     train_shots: Size | None = None,
     queries: Size = 10,
     train_queries: Size | None = None,
@@ -119,7 +120,8 @@ def ratings(
             slightly different distribution. "both" alternates. Val and test tasks keep to the time.
         user_sampling_power: p, for training tasks of a user of $n$ ratings in proportion to $n^p$; 0 samples users
             uniformly, 1 ratings.
-        shots, train_shots, queries, train_queries: number of ratings, also in training tasks.
+        shots, train_shots, queries, train_queries: number of ratings, also in training tasks; shots are by default 10,
+            or half the ratings of the median user if these are fewer.
         split, kinds, reading, seed: as in `table`. Only a split by `ratio` splits both, or within users.
         on_too_few: treatment of users with too few ratings: "error", "drop", or "shrink" to use fewer queries.
         bad_rows: "error", or "drop" to leave out rows without a value, or of a user or item without features.
@@ -229,6 +231,7 @@ def ratings(
     of_users = UserFeatures(by_user.sizes.cumsum(), of_user, signup.encode(first_U) if signup else None)
     targets = preprocessor.targets(scores)
     examples = RatingDataset(numbers[item_of], targets, len(preprocessor.levels), of_item, of_users, item_mean, factors)
+    shots = shots_for(by_user.sizes) if shots is None else shots
     return RatingTasks(
         examples, pools, by_user, preprocessor, shots=shots, train_shots=train_shots, queries=queries,
         train_queries=train_queries, negatives=(negatives, negatives if query_negatives is None else query_negatives),

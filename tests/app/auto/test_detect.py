@@ -52,7 +52,7 @@ def test_ratings_are_known_by_usual_names(names, time):
     found = detect_source(pl.DataFrame({name: [1, 2, 3] for name in names}), [])
     assert found.pop("time", None) == time
     columns = dict(zip(("user", "item", "rating"), names))
-    assert found == {"kind": "ratings", "on_too_few": "shrink"} | columns
+    assert found == {"kind": "ratings"} | SHRINK | SPLIT | columns
 
 
 HOURS = pl.DataFrame({
