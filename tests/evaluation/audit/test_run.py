@@ -1,6 +1,7 @@
 """Each audit catches a planted bug of its kind, and lets everything pass that is in order."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -145,6 +146,34 @@ def test_tasks_of_one_query_beside_longer_ones_are_audited():
     counts = {len(source.task("test", index).query.weight) for index in range(20)}
     assert counts == {1, 2, 3}
     assert kshot.evaluate(learner, source, num_tasks=20).trusted
+
+
+class OfWords(OfFewRows):
+    """Groups with a class of each row, of which small support sets lack some."""
+
+    objective = objectives.shared_classification
+
+    def rows(self, random, count):
+        inputs = torch.from_numpy(random.normal(size=(count, 2))).float()
+        return kshot.Batch.of(inputs, torch.from_numpy(random.integers(0, 3, count)), ways=3)
+
+
+def test_an_infinite_log_loss_of_a_class_with_probability_0_is_a_figure():
+    source = OfWords()
+    learner = kshot.learners.nearest_centroid(objectives.shared_classification)
+    found = kshot.evaluate(learner, source, num_tasks=20)
+    assert found.trusted
+    (audit,) = [audit for audit in found.audits if audit.name == "finite"]
+    assert "The log loss of" in audit.finding
+    assert math.isinf(max(found.per_task["loss"]))
+
+    class WithNan(type(learner)):
+        def predict(self, state, inputs):
+            return super().predict(state, inputs) * math.nan
+
+    learner.__class__ = WithNan
+    with pytest.warns(UntrustedFigure, match="Are predictions and figures finite"):
+        assert "finite" in failed(kshot.evaluate(learner, source, num_tasks=20))
 
 
 class MeanAndSpread(Learner):
