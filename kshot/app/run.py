@@ -100,6 +100,7 @@ def run(
     init_from: Path | None = None,
     choice: Mapping[str, Any] | None = None,
     sweep: Mapping[str, Any] | None = None,
+    checked: Checked | None = None,
     profile: bool = False,
     mirror: str | None = None,
 ) -> dict[str, Any]:
@@ -107,6 +108,7 @@ def run(
 
     Args:
         choice, sweep: how `kshot auto`, or `kshot sweep`, chose the run file, for the report.
+        checked: what the check of the data found, if it was made.
         profile: whether to measure where the time of a round goes, see `kshot.app.profile`.
         mirror: URL to which the folder is copied while the run goes on, see `kshot.app.mirror`.
 
@@ -133,7 +135,7 @@ def run(
             shapes = shapes_of(source)
         with failing_together():
             refuse_unsuited(spec, source, shapes)
-            checked = check_data(source, display)
+            checked = checked or check_data(source, display)
         if those is not None:
             _check_same_data(source)
         display.say(f"{spec.name}: {spec.about}" if spec.about else spec.name, "bold")

@@ -34,7 +34,7 @@ from kshot.app.folder import RunFolder, run_folder, take_over
 from kshot.app.folds import kept_in, report_on_folds, title_of_fold
 from kshot.app.in_memory import hash_of
 from kshot.app.progress import Display
-from kshot.app.run import NO_TARGET, run
+from kshot.app.run import NO_TARGET, check_data, run
 from kshot.app.screen import Screen
 from kshot.app.spec import Spec
 from kshot.argument_checks import check_arguments
@@ -116,7 +116,9 @@ def _auto(
     base = question.base()
     with owned(out), Display(console, "") as display:
         _check_empty(out, resume)
-        race, descriptors = start(question, base, out, 60 * minutes * (1 - FOR_MIXTURE - FOR_TEST), display.say)
+        race = start(question, base, out, 60 * minutes * (1 - FOR_MIXTURE - FOR_TEST), display.say)
+        checked = check_data(race.source, display)
+        descriptors = measure(race, base.evaluate.num_val_tasks)
         expected = expect([plan.name for plan in race.plans], descriptors, shipped_trials() if fold else known.trials())
         chosen, num_tasks = bool(race.log.of("kept")), base.evaluate.num_val_tasks
         splits = further_splits(base, race.source) if len(race.plans) + len(race.simple) > 1 else []
@@ -148,7 +150,7 @@ def _auto(
                 RunFolder(folder).start(spec, shapes_of(source), encoding)
         take_over(folder, out)
     story = _story(race, kept, reason, minutes, question.target)
-    return run(spec, out, resume=True, console=console, choice=story)
+    return run(spec, out, resume=True, console=console, choice=story, checked=checked)
 
 
 def _auto_in_folds(
@@ -201,15 +203,14 @@ def collect(
     """
     question = Question.of(data, overrides)
     with owned(out):
-        race, descriptors = start(question, question.base(), out, 60 * minutes, say)
+        race = start(question, base := question.base(), out, 60 * minutes, say)
+        descriptors = measure(race, base.evaluate.num_val_tasks)
         race.run(race.plans, starters=len(race.plans), shortest=0.0)
         return _trials(race, descriptors, data_set)
 
 
-def start(
-    question: Question, base: Spec, out: Path, seconds: float, say: Callable[[str], None]
-) -> tuple[Race, dict[str, float | str]]:
-    """A race, after the simple baselines, and the descriptors of the data."""
+def start(question: Question, base: Spec, out: Path, seconds: float, say: Callable[[str], None]) -> Race:
+    """A race before its first entrant."""
     source = build_source(base)
     shapes = shapes_of(source)
     target = Target.parse(question.target) if question.target else default_target(source)
@@ -226,8 +227,14 @@ def start(
     )
     race.restore()
     say(f"{base.name}: {seconds / 60:.1f} minutes for simple baselines and {len(plans)} plans")
-    measure_simple(race, base.evaluate.num_val_tasks)
-    return race, describe_data(source, shapes, target) | describe_simple(race.simple, target)
+    return race
+
+
+def measure(race: Race, num_tasks: int) -> dict[str, float | str]:
+    """Measure the simple baselines of a race, and return the descriptors of the data."""
+    measure_simple(race, num_tasks)
+    descriptors = describe_data(race.source, shapes_of(race.source), race.target)
+    return descriptors | describe_simple(race.simple, race.target)
 
 
 def _choose(race: Race) -> tuple[Entrant, str]:

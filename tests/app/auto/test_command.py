@@ -287,3 +287,15 @@ def test_what_cannot_be_used_is_a_sentence_before_any_training(words, sentence, 
     assert done.code == 2
     assert sentence in done.err
     assert not list(tmp_path.glob("runs/*/plans"))
+
+
+def test_errors_of_the_check_of_the_data_are_said_before_any_training_and_once(quick, kshot, tmp_path):
+    rows = [f"g{row // 6},{row % 4},1.0" for row in range(60)]
+    (tmp_path / "constant.csv").write_text("\n".join(["g,x,y", *rows]))
+    columns = ["--set", "source.group=g", "--set", "source.target=y"]
+    done = kshot("auto", "constant.csv", *columns, "--minutes", 0.1, "--out", "found")
+    assert done.code == 3
+    training, report = done.out.split("validation mse", 1)[0], done.out.split("learner  ")[-1]
+    said = "tasks of train every target is the same"
+    assert said in training
+    assert done.out.count(said) == 1 + report.count(said)
