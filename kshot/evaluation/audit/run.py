@@ -128,10 +128,10 @@ def _purity(learner: Learner, evidence: Evidence) -> Audit:
 
 def _finite(objective: objectives.Objective, evidence: Evidence) -> Audit:
     num_tasks, predictions = len(evidence.episodes), [prediction for _, prediction in evidence.first]
-    losses, certain = evidence.figures["loss"], 0
+    losses, num_infinite = evidence.figures["loss"], 0
     if objective.predicts == "classes" and not objective.task_specific_classes and len(evidence.figures) > 1:
-        certain = losses.count(math.inf)
-    figures = {name: values for name, values in evidence.figures.items() if name != "loss" or not certain}
+        num_infinite = losses.count(math.inf)
+    figures = {name: values for name, values in evidence.figures.items() if name != "loss" or not num_infinite}
     bad_figures = sum(not all(map(math.isfinite, of_task)) for of_task in zip(*figures.values()))
     bad_figures = max(bad_figures, sum(map(math.isnan, losses)))
     bad_predictions = sum(not all(bool(leaf.isfinite().all()) for leaf in tree_leaves(tree)) for tree in predictions)
@@ -139,9 +139,9 @@ def _finite(objective: objectives.Objective, evidence: Evidence) -> Audit:
         f"{bad_figures} of {num_tasks} tasks have a loss or metric that is NaN or infinite; of {len(predictions)} "
         f"tasks all predictions were examined, and {bad_predictions} of them contain such values."
     )
-    if certain:
+    if num_infinite:
         finding += (
-            f" The log loss of {certain} tasks is infinite, as where a class that the support set lacks has "
+            f" The log loss of {num_infinite} tasks is infinite, as where a class that the support set lacks has "
             "probability 0, and occurs; other metrics are not."
         )
     return FINITE.judge(max(bad_figures, bad_predictions), 0, finding, "NaN is not a figure")
