@@ -293,8 +293,9 @@ def test_errors_of_the_check_of_the_data_are_said_before_any_training_and_once(q
     monkeypatch.setattr(baselines, "of_fields", lambda source: {})  # the mean of the support is the only simple one
     rows = [f"g{row // 6},{row % 4},1.0" for row in range(60)]
     (tmp_path / "constant.csv").write_text("\n".join(["g,x,y", *rows]))
-    columns = ["--set", "source.group=g", "--set", "source.target=y"]
-    done = kshot("auto", "constant.csv", *columns, "--minutes", 0.1, "--out", "found")
+    values = ["source.group=g", "source.target=y", "evaluate={num_val_tasks: 6, num_test_tasks: 8, shots: []}"]
+    words = [word for value in values for word in ("--set", value)]
+    done = kshot("auto", "constant.csv", *words, "--minutes", 0.1, "--out", "found")
     assert done.code == 3
     training, report = done.out.split("validation mse", 1)[0], done.out.split("learner  ")[-1]
     said = "tasks of train every target is the same"
