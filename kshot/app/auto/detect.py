@@ -83,13 +83,14 @@ def detect_source(data: Path | TableLike, overrides: Sequence[str]) -> dict[str,
 
 
 def _settings(kind: str) -> dict[str, Any]:
-    """The settings of a source: of images or texts by the features of a pretrained encoder, if it is installed."""
-    settings, encoder = SHRINK if kind in KNOWN else {}, ENCODERS.get(kind)
+    """What is set in a source that its defaults are not: for images and texts a pretrained encoder, if installed."""
     if kind == "ratings":
-        return settings | SPLIT
-    if encoder is None or not find_spec(encoder["encoder"].removeprefix("package:")):
-        return settings
-    return settings | {"features": "encoder"} | encoder
+        return SHRINK | SPLIT
+    if kind not in ENCODERS:
+        return {}
+    encoder = ENCODERS[kind]
+    installed = find_spec(encoder["encoder"].removeprefix("package:")) is not None
+    return SHRINK | ({"features": "encoder"} | encoder if installed else {})
 
 
 def _plain(name: str) -> str:
