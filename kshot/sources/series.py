@@ -145,6 +145,9 @@ class SeriesTasks(GroupTasks):
 
     def __init__(self, *args: Any, preprocessor: SeriesPreprocessor, steps: str, **options: Any) -> None:
         gap = -(-preprocessor.horizon // preprocessor.stride) - 1
+        self.examples_are = (
+            f"windows of {preprocessor.context_length + preprocessor.horizon} steps (context_length + horizon)"
+        )
         super().__init__(*args, preprocessor=preprocessor, order="given", gap=gap, name="series", **options)
         self.scale, self.steps = preprocessor.scale, steps
 

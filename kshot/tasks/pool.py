@@ -61,6 +61,8 @@ class PooledSource(StackedSource):
     """The common part of `ClassTasks` and `GroupTasks`, where the arguments are documented."""
 
     same_classes: bool = False
+    examples_are: str = "examples"
+    """What the examples are called in messages."""
 
     def __init__(
         self,
@@ -151,12 +153,13 @@ class PooledSource(StackedSource):
                 first = int(short.argmax())
                 sizes = f"{shots.high} shots + {queries} queries" + (f" + a gap of {self.gap}" if self.gap else "")
                 raise ValueError(
-                    f"{self.name}: {self.member} {pool.names[first]!r} in {split} has {pool.sizes[first]} examples, "
-                    f"but {sizes} need {needed}; lower shots or queries, or choose on_too_few: drop, or "
-                    f"on_too_few: shrink, for {plural(self.member)} that are too small ({short.sum()} in {split})"
+                    f"{self.name}: {self.member} {pool.names[first]!r} in {split} has {pool.sizes[first]} "
+                    f"{self.examples_are}, but {sizes} need {needed}; lower shots or queries, or choose on_too_few: "
+                    f"drop, or on_too_few: shrink, for {plural(self.member)} that are too small ({short.sum()} in "
+                    f"{split})"
                 )
             pools[split] = pool.without(short)
-            dropped[f"{plural(self.member)} in {split} with fewer than {needed} examples"] = int(short.sum())
+            dropped[f"{plural(self.member)} in {split} with fewer than {needed} {self.examples_are}"] = int(short.sum())
         return pools, dropped
 
 

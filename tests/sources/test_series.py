@@ -244,7 +244,7 @@ def test_what_was_not_observed_is_left_out_and_the_gap_is_told(tmp_path):
         ({"series": None, "value": None, "covariates": ["warm"]}, "wide file has no covariates"),
         ({"season": 8}, "season must be shorter than the context_length"),
         ({"value": "lode"}, "no column 'lode': did you mean 'load'"),
-        ({"context_length": 50}, "group 'meter .*' in train has 3 examples, but 2 shots . 2 queries need 4"),
+        ({"context_length": 50}, r"in train has 3 windows of 53 steps \(.*\), but 2 shots . 2 queries need 4"),
         ({"stride": 1, "context_length": 54}, "2 shots . 2 queries . a gap of 2 need 6"),
         ({"time": "meter", "series": "hour"}, "holds words"),
     ],
