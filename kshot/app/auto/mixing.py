@@ -25,6 +25,7 @@ from kshot.files import owned
 from kshot.learner import Learner
 from kshot.learners.choosing.choose import mixed
 from kshot.learners.choosing.mixture import Mixture, fit_weights
+from kshot.objectives import Objective
 from kshot.tasks.read_log import during
 from kshot.types import Batch, Tree, tree_leaves
 
@@ -59,6 +60,7 @@ class _Tasks(NamedTuple):
     Attributes:
         predictions: of each candidate for the queries, by task.
         queries: of each task.
+        objectives: of each task; that of its split, whose metrics are in the units of the data.
         alone: the candidates' figures (P, T).
         unit_T: the unit of each task as a number from 0; its own where tasks have none, or several.
         units: of the tasks, for intervals.
@@ -66,6 +68,7 @@ class _Tasks(NamedTuple):
 
     predictions: list[list[Tree]]
     queries: list[Batch]
+    objectives: list[Objective]
     alone: np.ndarray
     unit_T: np.ndarray
     units: Units | None
@@ -75,7 +78,8 @@ def _measure(race: Race, entrant: Entrant, candidates: Sequence[Entrant], num_ta
     """Find the weights of a mixture, make its run folder, and return its cross-validated figure; ValueError if it is no
     better than to choose one of the candidates."""
     metric = race.target.metric
-    predictions, queries, alone, unit_T, units = _predict([race, *race.splits], candidates, num_tasks)
+    splits = [race, *race.splits]
+    predictions, queries, objectives, alone, unit_T, units = _predict(splits, candidates, num_tasks)
     num_tasks = len(queries)
     if len(np.unique(unit_T)) < 2:
         raise ValueError("all validation tasks are of one unit, by which weights cannot be compared")
@@ -88,7 +92,7 @@ def _measure(race: Race, entrant: Entrant, candidates: Sequence[Entrant], num_ta
         mean_P = alone[:, others].mean(1)
         single[held] = alone[mean_P.argmax() if race.target.at_least else mean_P.argmin(), held]
         for number in held:
-            mixture[number] = _figure(race, predictions[number], queries[number], weight_P)
+            mixture[number] = _figure(objectives[number], metric, predictions[number], queries[number], weight_P)
     figure, other = (interval(each.tolist(), units, bounds=BOUNDS.get(metric)) for each in (mixture, single))
     if not (figure.mean > other.mean if race.target.at_least else figure.mean < other.mean):
         raise ValueError(f"it is no better than to choose the best: {figure} and {other}, cross-validated")
@@ -146,7 +150,7 @@ def learner_of(race: Race, entrant: Entrant) -> Learner:
 
 def _predict(races: Sequence[Race], candidates: Sequence[Entrant], num_tasks: int) -> _Tasks:
     """What the candidates predict for the queries of the validation tasks of each split."""
-    predictions, queries, numbers = list[list[Tree]](), list[Batch](), 0
+    predictions, queries, objectives, numbers = list[list[Tree]](), list[Batch](), list[Objective](), 0
     alone, unit_T, units = list[np.ndarray](), list[np.ndarray](), list[Units]()
 
     def keep(scored: Scored) -> None:
@@ -156,6 +160,7 @@ def _predict(races: Sequence[Race], candidates: Sequence[Entrant], num_tasks: in
             raise ValueError("the predictions are too large to be mixed")
         if (place := first + scored.number) == len(queries):
             queries.append(scored.task.query)
+            objectives.append(race.source.objective)
             predictions.append([])
         predictions[place].append(scored.prediction)
 
@@ -170,7 +175,7 @@ def _predict(races: Sequence[Race], candidates: Sequence[Entrant], num_tasks: in
         own = _units(race, num_tasks)
         unit_T.append(own + sum(len(np.unique(each)) for each in unit_T))
         units += [found] if (found := units_of(race.source, "val", num_tasks)) is not None else []
-    return _Tasks(predictions, queries, np.concatenate(alone, 1), np.concatenate(unit_T), joined(units))
+    return _Tasks(predictions, queries, objectives, np.concatenate(alone, 1), np.concatenate(unit_T), joined(units))
 
 
 def _units(race: Race, num_tasks: int) -> np.ndarray:
@@ -190,11 +195,8 @@ def _weights(race: Race, predictions: Sequence[Sequence[Tree]], queries: Sequenc
     return weight_P / weight_P.sum()
 
 
-def _figure(race: Race, predictions: Sequence[Tree], query: Batch, weight_P: Tensor) -> float:
-    """The target's metric of a mixture on one task."""
-    objective = race.source.objective
+def _figure(objective: Objective, metric: str, predictions: Sequence[Tree], query: Batch, weight_P: Tensor) -> float:
+    """A metric of a mixture on one task."""
     taken = [number for number, weight in enumerate(weight_P) if weight > 0]
     prediction = mixed(objective, [predictions[number] for number in taken], [weight_P[number] for number in taken])
-    return float(
-        ({"loss": objective.loss(prediction, query)} | objective.metrics(prediction, query))[race.target.metric]
-    )
+    return float(({"loss": objective.loss(prediction, query)} | objective.metrics(prediction, query))[metric])

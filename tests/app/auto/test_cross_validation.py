@@ -7,8 +7,9 @@ from contextlib import nullcontext
 
 import numpy as np
 import pytest
+import torch
 
-from kshot.app.auto import command, race
+from kshot.app.auto import command, mixing, race
 from kshot.app.auto import simple as baselines
 from kshot.app.auto.cross_validation import FEW, further_splits
 from kshot.app.auto.plans import Plan
@@ -112,6 +113,27 @@ def test_a_mixture_is_learned_on_all_splits_and_found_again_by_resume(groups, ks
     assert f"({5 * 8} tasks of {5 * len(groups['val'])} patients)" in kept
     entrants = json.loads((tmp_path / "found" / "report.json").read_text())["choice"]["entrants"]
     assert {each["name"]: each["splits"] for each in entrants} == {"low": 5, "high": 5, "mixture": 5}
+
+
+def test_mixtures_and_their_parts_have_figures_in_the_same_units(groups, kshot, tmp_path, monkeypatch):
+    """Targets are standardised by the training groups, of which each split has others."""
+    seen = []
+
+    def look(race, num_tasks, seconds):
+        candidates = race.ranked()
+        tasks = mixing._predict([race, *race.splits], candidates, num_tasks)
+        for place in range(len(candidates)):
+            weight = torch.eye(len(candidates))[place]
+            each = zip(tasks.objectives, tasks.predictions, tasks.queries)
+            seen.append(([mixing._figure(own, "mse", *of, weight) for own, *of in each], tasks.alone[place]))
+
+    monkeypatch.setattr(command, "mix", look)
+    write_patients(tmp_path, lambda name: 30.0 if name == min(groups["train"]) else 0.0)
+    choice_of(kshot, tmp_path / "found")
+    assert len(seen) == 2
+    for mixed, alone in seen:
+        assert len(alone) == 5 * 8
+        assert mixed == pytest.approx(alone, rel=1e-5)
 
 
 def test_only_groups_that_are_large_enough_are_held_out(groups, tmp_path):
