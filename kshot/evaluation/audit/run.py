@@ -128,12 +128,11 @@ def _purity(learner: Learner, evidence: Evidence) -> Audit:
 
 def _finite(objective: objectives.Objective, evidence: Evidence) -> Audit:
     num_tasks, predictions = len(evidence.episodes), [prediction for _, prediction in evidence.first]
-    losses, num_infinite = evidence.figures["loss"], 0
-    if objective.predicts == "classes" and not objective.task_specific_classes and len(evidence.figures) > 1:
-        num_infinite = losses.count(math.inf)
-    figures = {name: values for name, values in evidence.figures.items() if name != "loss" or not num_infinite}
+    figures, num_infinite = dict(evidence.figures), 0
+    if objective.predicts == "classes" and not objective.task_specific_classes and len(figures) > 1:
+        num_infinite = figures["loss"].count(math.inf)
+        figures["loss"] = [0.0 if loss == math.inf else loss for loss in figures["loss"]]
     bad_figures = sum(not all(map(math.isfinite, of_task)) for of_task in zip(*figures.values()))
-    bad_figures = max(bad_figures, sum(map(math.isnan, losses)))
     bad_predictions = sum(not all(bool(leaf.isfinite().all()) for leaf in tree_leaves(tree)) for tree in predictions)
     finding = (
         f"{bad_figures} of {num_tasks} tasks have a loss or metric that is NaN or infinite; of {len(predictions)} "
